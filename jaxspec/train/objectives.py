@@ -69,9 +69,9 @@ def mixed_tokens(
 ) -> Int[Array, "B T"]:
     """Sequences of which random tokens are replaced by those of the one before.
 
-    A model that reads them must predict from its condition what the tokens before do
-    not tell, and meets errors as it makes them itself (ours; Infinity, arXiv
-    2412.04431, flips bits for the second reason).
+    A model that reads them predicts more from its condition, and reads errors as it
+    does in generation (ours; Infinity, arXiv 2412.04431, flips bits for the second
+    reason).
 
     Args:
       tokens: int32 [B, T].

@@ -21,10 +21,13 @@ from jaxspec.train.objectives import (
     block_loss,
     doubled_mask,
     masked_loss,
+    mixed_tokens,
     next_loss,
     sorted_loss,
     tidar_loss,
+    token_losses,
 )
+from jaxspec.train.settings import PriorTrainingConfig
 from tests.drafters.rounds import after_rounds
 from tests.models.tiny import random_params
 
@@ -147,6 +150,40 @@ def test_sorted_loss_is_the_mean_over_truncated_models():
     first = next_loss(short, PARAMS, TOKENS, LABELS, NULL, None)
     loss = sorted_loss(MODEL, PARAMS, TOKENS, LABELS, NULL, None, exits=(1,))
     np.testing.assert_allclose(loss, (whole + first) / 2, rtol=1e-5)
+
+
+def test_noisy_contexts_have_tokens_of_another_sequence_of_the_same_places():
+    """Shares are uniform from 0 to the largest one, apart for each sequence."""
+    tokens = jnp.arange(512)[:, None] * 1000 + jnp.arange(64)
+    mixed = mixed_tokens(tokens, 0.6, jax.random.key(0))
+    other = jnp.roll(tokens, 1, axis=0)
+    assert ((mixed == tokens) | (mixed == other)).all()
+    shares = np.mean(np.asarray(mixed == other), axis=1)
+    assert shares.min() < 0.02 and 0.55 < shares.max() < 0.85
+    assert np.mean(shares) == pytest.approx(0.3, abs=0.02)
+
+
+def test_tokens_predicted_from_noisy_contexts_are_clean():
+    key = jax.random.key(1)
+    noise_key, dropout_key = jax.random.split(key)
+    noisy = mixed_tokens(TOKENS, 0.9, noise_key)
+    read = {"null": NULL, "dropout_key": dropout_key}
+    logits, _ = MODEL.score(PARAMS, LABELS, noisy[:, :-1], **read)
+    expected = jnp.mean(token_losses(MODEL, logits, TOKENS))
+    dropped = jnp.mean(token_losses(MODEL, logits, noisy))
+    loss = next_loss(MODEL, PARAMS, TOKENS, LABELS, NULL, key, noise=0.9)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert abs(loss - dropped) > 1e-3
+    assert (
+        abs(loss - next_loss(MODEL, PARAMS, TOKENS, LABELS, NULL, dropout_key)) > 1e-3
+    )
+
+
+def test_noise_is_of_the_objective_next_alone():
+    PriorTrainingConfig(steps=1, batch=1, token_noise=0.5)
+    for changes in ({"token_noise": 1.5}, {"token_noise": 0.5, "objective": "masked"}):
+        with pytest.raises(ConfigError, match="token_noise"):
+            PriorTrainingConfig(steps=1, batch=1, **changes)
 
 
 @pytest.mark.slow
