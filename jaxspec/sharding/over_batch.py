@@ -61,7 +61,10 @@ def over_batch(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any, **options: Any) -> Any:
         _check_divisible((arguments, options), groups)
 
-        def local(arguments, options):
+        inputs = _without_empty((arguments, options), groups)
+
+        def local(inputs):
+            arguments, options = _with_empty(inputs)
             result = function(*arguments, **options)
             return jax.tree.map(
                 lambda x: x if jnp.ndim(x) else jax.lax.pmax(x, "data"), result
@@ -71,13 +74,49 @@ def over_batch(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=_specs((arguments, options)),
+            in_specs=(_specs(inputs),),
             out_specs=_specs(shapes),
             axis_names={"data"},
             check_vma=False,
-        )(arguments, options)
+        )(inputs)
 
     return run
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Empty:
+    """Array without elements, on one device."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def _without_empty(tree: PyTree, groups: int) -> PyTree:
+    """Replaces arrays without elements, at which XLA of JAX 0.11 crashes."""
+
+    def replaced(x, parts):
+        if jnp.size(x) or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return x
+        return _Empty((x.shape[0] // parts, *x.shape[1:]), x.dtype)
+
+    def of_leaf(x):
+        if _is_replicated(x):
+            return jax.tree.map(lambda y: replaced(y, 1), x)
+        return replaced(x, groups)
+
+    return jax.tree.map(of_leaf, tree, is_leaf=_is_replicated)
+
+
+def _with_empty(tree: PyTree) -> PyTree:
+    def is_empty(x):
+        return isinstance(x, _Empty)
+
+    return jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype) if is_empty(x) else x,
+        tree,
+        is_leaf=is_empty,
+    )
 
 
 def _is_replicated(x: Any) -> bool:
