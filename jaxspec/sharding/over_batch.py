@@ -60,7 +60,6 @@ def over_batch(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*arguments: Any, **options: Any) -> Any:
         _check_divisible((arguments, options), groups)
-
         inputs = _without_empty((arguments, options), groups)
 
         def local(inputs):
@@ -109,6 +108,8 @@ def _without_empty(tree: PyTree, groups: int) -> PyTree:
 
 
 def _with_empty(tree: PyTree) -> PyTree:
+    """Makes the arrays without elements again."""
+
     def is_empty(x):
         return isinstance(x, _Empty)
 

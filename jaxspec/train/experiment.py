@@ -157,6 +157,10 @@ class Experiment:
                 f"{self.name}: a model that does not generate token by token has no "
                 f"drafter, and of the objectives {' and '.join(map(repr, known))} alone"
             )
+        if training.token_noise:
+            raise ConfigError(
+                f"{self.name}: token_noise is for transformers over a row of tokens"
+            )
         if training.objective == "sorted":
             assert isinstance(prior, NextScaleConfig)
             self._check_subsets(prior)

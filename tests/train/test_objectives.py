@@ -1,6 +1,7 @@
 """Objectives of masked diffusion, TiDAR, DEER and early exits, and their drafts."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxspec.errors import ConfigError
 from jaxspec.models.masked_lm.model import MaskedDiffusion
 from jaxspec.models.transformer.model import Transformer
 from jaxspec.speculative.trees.tree import Tree
+from jaxspec.train.experiment import load_experiment
 from jaxspec.train.objectives import (
     _shifted_mask,
     block_loss,
@@ -184,6 +186,15 @@ def test_noise_is_of_the_objective_next_alone():
     for changes in ({"token_noise": 1.5}, {"token_noise": 0.5, "objective": "masked"}):
         with pytest.raises(ConfigError, match="token_noise"):
             PriorTrainingConfig(steps=1, batch=1, **changes)
+
+
+@pytest.mark.parametrize("preset", ["fruits64_scales_cpu", "fruits64_mar_cpu"])
+def test_noise_is_refused_where_no_row_of_tokens_is_read(preset):
+    file = Path(__file__).parents[2] / "configs" / f"{preset}.py"
+    experiment = load_experiment(file)
+    training = replace(experiment.train_prior, token_noise=0.5)
+    with pytest.raises(ConfigError, match="token_noise"):
+        replace(experiment, train_prior=training)
 
 
 @pytest.mark.slow
