@@ -39,6 +39,7 @@ _NAMES = {
     "early_exit": "jaxspec.drafters.draft_model.drafter",
     "frequent_tokens": "jaxspec.drafters.eagle.draft_vocabulary",
     "grow": "jaxspec.drafters.tree_drafting",
+    "grow_by_depth": "jaxspec.drafters.tree_drafting",
     "ppd_blocks": "jaxspec.drafters.inline_blocks.drafter",
     "tidar": "jaxspec.drafters.inline_blocks.drafter",
     "with_extra_tokens": "jaxspec.drafters.inline_blocks.drafter",

@@ -1,6 +1,8 @@
 """Dynamic draft trees: their shape, their distribution, and unchanged tokens."""
 
 import heapq
+from dataclasses import replace
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,9 @@ from hypothesis import strategies as st
 
 from jaxspec.core.noise import batch_keys, position_noise
 from jaxspec.core.sampling import Sampling
-from jaxspec.drafters.tree_drafting import expansions, grow
+from jaxspec.drafters.tree_drafting import at_depth, expansions, grow, grow_by_depth
 from jaxspec.errors import ConfigError
-from jaxspec.speculative.draft import DraftContext
+from jaxspec.speculative.draft import DraftContext, MixedLogits, Selection
 from jaxspec.speculative.engine import Engine
 from jaxspec.speculative.state import Variables
 from jaxspec.speculative.trees.dynamic import Beam, BestFirst, StochasticBeam
@@ -105,6 +107,36 @@ def test_a_wide_beam_finds_the_best_first_tree(selection):
             path = path[1 : int(shape.depths[b, n]) + 1]
             paths.add(tuple(np.asarray(draft.tokens)[b, path].tolist()))
         assert paths == kept
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    trees().filter(lambda tree: tree.width <= VOCAB),
+    st.sampled_from(get_args(Selection)),
+    st.booleans(),
+)
+def test_levels_filled_at_once_are_those_filled_one_by_one(tree, selection, mixed):
+    """Of logits that depend on the depth alone, filtered in some sequences."""
+    batch = 4
+    settings = {"top_k": [0, 2, 0, 3], "temperature": [1.0, 0.7, 0.0, 1.3]}
+    ctx = make_round(batch, tree, selection, **settings)
+    keys = jax.random.split(jax.random.key(3), 3)
+    shape = batch, tree.depth + 2, VOCAB
+    logits = 2 * jax.random.normal(keys[0], shape)
+    if mixed:
+        known = jax.random.bernoulli(keys[1], shape=shape[:2])
+        other = MixedLogits(jax.random.normal(keys[2], shape), known, 0.3)
+        ctx = replace(ctx, mixed=other)
+    order = ("temperature", "top_k")
+
+    def step(depth, tokens, node_state, carry):
+        level = at_depth(logits, depth)
+        return jnp.broadcast_to(level, (*tokens.shape, VOCAB)), node_state, carry
+
+    ctx = replace(ctx, order=order)
+    jax.tree.map(
+        np.testing.assert_array_equal, grow_by_depth(ctx, logits), grow(ctx, step)[0]
+    )
 
 
 @pytest.mark.variants(2)

@@ -115,6 +115,19 @@ def test_a_tree_of_twice_the_nodes_is_chosen_by_its_estimate(folder, measured):
     assert chosen.tree == Tree.chain(7) and "estimated" not in chosen.reason
 
 
+def test_sizes_that_were_not_measured_are_estimated_too(folder, measured):
+    """Four nodes, if only a pass over eight was measured and deep nodes are wasted."""
+    given, _ = measured
+    given[0] = RoundCosts(1.0, {8: 3.0})
+    pipe = jaxspec.load_pipeline(folder)
+    rates = ((0.95,),) * 3 + ((0.01,),) * 17
+    drafter = Jacobi(pipe.bundle.prior.config.vocab_size)
+    loaded = replace(pipe.loaded, acceptance=rates, drafter=drafter)
+    chosen = choose_tree(pipe.bundle, Prompts.from_classes(LABELS), CONFIG, loaded)
+    assert chosen.tree == Tree.chain(3)
+    assert "estimated from 8 nodes" in chosen.reason
+
+
 def test_timings_that_vary_must_promise_more():
     rounds = {4: 1.6}  # 2.1 tokens a call
     steady = fastest(RoundCosts(1.0, rounds), ACCEPTANCE)

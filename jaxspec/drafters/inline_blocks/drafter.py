@@ -7,7 +7,7 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxspec.config import TransformerConfig
-from jaxspec.drafters.tree_drafting import at_depth, grow
+from jaxspec.drafters.tree_drafting import grow_by_depth
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.draft import (
     Draft,
@@ -106,13 +106,7 @@ class InlineBlocks:
         self, params: Params, state: InlineState, ctx: DraftContext
     ) -> tuple[Draft, InlineState]:
         """See `Drafter`; before the first pass all nodes are invalid."""
-
-        def step(depth, tokens, node_state, carry):
-            logits = at_depth(state.logits, depth)
-            shape = (*tokens.shape, self.vocab_size)
-            return jnp.broadcast_to(logits, shape), node_state, carry
-
-        draft, _ = grow(ctx, step)
+        draft = grow_by_depth(ctx, state.logits)
         draft = draft.keep(state.known[:, None], past=True)
         return replace(draft, extra=self._extra_queries(ctx)), state
 

@@ -8,7 +8,7 @@ from jaxspec.core.branches import repeat_branches
 from jaxspec.core.kv_cache import tree_mask
 from jaxspec.core.logits import apply_cfg
 from jaxspec.drafters.draft_model.drafter import ModelState, prefill
-from jaxspec.drafters.tree_drafting import at_depth, grow
+from jaxspec.drafters.tree_drafting import grow_by_depth
 from jaxspec.errors import ConfigError
 from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.speculative.target import Target
@@ -114,16 +114,7 @@ class Deer:
         block_logits = block_logits[:, : ctx.tree.depth]
         index = ctx.index[:, None] + jnp.arange(block_logits.shape[1])[None]
         marginals = apply_cfg(block_logits, ctx.sampling, index)
-
-        def step(depth, tokens, node_state, carry):
-            shape = (*tokens.shape, marginals.shape[-1])
-            return (
-                jnp.broadcast_to(at_depth(marginals, depth), shape),
-                node_state,
-                carry,
-            )
-
-        draft, _ = grow(ctx, step)
+        draft = grow_by_depth(ctx, marginals)
         lengths = cache.lengths + repeat_branches(state.counts, branches)
         cache = replace(cache, lengths=lengths)
         return draft, replace(state, cache=cache, counts=jnp.zeros_like(state.counts))

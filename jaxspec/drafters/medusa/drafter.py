@@ -12,7 +12,7 @@ from jaxspec.drafters.common.checks import check_width
 from jaxspec.drafters.common.feature_target import DrafterTarget
 from jaxspec.drafters.common.target_params import shared_target_params, target_norm
 from jaxspec.drafters.medusa.network import HeadsNetwork, MedusaConfig
-from jaxspec.drafters.tree_drafting import Step, at_depth, grow
+from jaxspec.drafters.tree_drafting import Step, grow, grow_by_depth
 from jaxspec.errors import ConfigError
 from jaxspec.nn.layers import head_scores
 from jaxspec.nn.rope import angles_of
@@ -169,29 +169,13 @@ class Medusa:
         h = jnp.take_along_axis(h, last[:, None, None], axis=1)  # [R, 1, D]
 
         if c.sequential:
-            step = self._sequential_step(params, h, ctx)
-        else:
-            logits = [self.scores(params, i, network.head(i, h)) for i in range(depths)]
-            step = self._independent_step(jnp.concatenate(logits, axis=1), ctx)
-        draft, _ = grow(ctx, step, [])
+            draft, _ = grow(ctx, self._sequential_step(params, h, ctx), [])
+        else:  # Medusa's logits depend on a node's depth only
+            heads = [self.scores(params, i, network.head(i, h)) for i in range(depths)]
+            logits = jnp.concatenate(heads, axis=1)
+            index = ctx.index[:, None] + jnp.arange(depths)[None]
+            draft = grow_by_depth(ctx, apply_cfg(logits, ctx.sampling, index))
         return draft, replace(state, cache=cache)
-
-    def _independent_step(
-        self, logits: Float[Array, "R M V"], ctx: DraftContext
-    ) -> Step:
-        """Makes Medusa's step: logits depend on a node's depth only."""
-        index = ctx.index[:, None] + jnp.arange(logits.shape[1])[None]
-        marginals = apply_cfg(logits, ctx.sampling, index)
-
-        def step(depth, tokens, node_state, carry):
-            shape = (*tokens.shape, marginals.shape[-1])
-            return (
-                jnp.broadcast_to(at_depth(marginals, depth), shape),
-                node_state,
-                carry,
-            )
-
-        return step
 
     def _sequential_step(self, params: Params, h: Array, ctx: DraftContext) -> Step:
         """Makes Hydra's step: a node's state is the list of tokens on its path."""

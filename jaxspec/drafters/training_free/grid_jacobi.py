@@ -9,11 +9,8 @@ from jax.tree_util import register_dataclass
 
 from jaxspec.config.orders import Order, cells_of, check_order
 from jaxspec.core.numbers import whole
-from jaxspec.drafters.training_free.jacobi import (
-    draft_by_depth,
-    emitted_scores,
-    scores_behind,
-)
+from jaxspec.drafters.training_free.jacobi import emitted_scores, scores_behind
+from jaxspec.drafters.tree_drafting import grow_by_depth
 from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.typing import Array, Bool, Float, Int, Params
 
@@ -90,7 +87,7 @@ class GridJacobi:
         logits = jnp.where(known[..., None], own, self._guesses(state, place))
         index = ctx.index.astype(jnp.int32)
         state = GridJacobiState(state.log_p, state.known, index)
-        return draft_by_depth(ctx, logits), state
+        return grow_by_depth(ctx, logits), state
 
     def observe(
         self, params: Params, state: GridJacobiState, result: RoundResult

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from jaxspec.drafters.tree_drafting import at_depth, grow
+from jaxspec.drafters.tree_drafting import grow_by_depth
 from jaxspec.speculative.draft import Draft, DraftContext, InitContext, RoundResult
 from jaxspec.speculative.trees.topology import gather_nodes
 from jaxspec.typing import Array, Bool, Float, Params
@@ -81,7 +81,7 @@ class Jacobi:
             repeated = jnp.arange(self.vocab_size)[None] == ctx.root[:, None]
             fill = _REPEAT_LOGIT * repeated[:, None].astype(jnp.float32)
         logits = jnp.where(state.known[..., None], state.logits, fill)
-        return draft_by_depth(ctx, logits), state
+        return grow_by_depth(ctx, logits), state
 
     def observe(
         self, params: Params, state: JacobiState, result: RoundResult
@@ -89,22 +89,6 @@ class Jacobi:
         """Keeps the scores of the positions behind the new root."""
         depth = state.known.shape[1]
         return JacobiState(*scores_behind(result, depth, self.contexts))
-
-
-def draft_by_depth(ctx: DraftContext, logits: Float[Array, "B G V"]) -> Draft:
-    """Draft whose nodes of one depth have the same scores.
-
-    Args:
-      ctx: input of `Drafter.propose`.
-      logits: scores of the tokens 1 to `G` places after the root.
-    """
-
-    def step(depth, tokens, node_state, carry):
-        scores = at_depth(logits, depth)
-        scores = jnp.broadcast_to(scores, (*tokens.shape, logits.shape[-1]))
-        return scores, node_state, carry
-
-    return grow(ctx, step)[0]
 
 
 def scores_behind(

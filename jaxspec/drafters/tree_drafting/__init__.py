@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxspec.drafters.tree_drafting.beam import grow_beam
 from jaxspec.drafters.tree_drafting.best_first import grow_best_first
-from jaxspec.drafters.tree_drafting.static import fill_tree
+from jaxspec.drafters.tree_drafting.static import fill_levels, fill_tree
 from jaxspec.drafters.tree_drafting.stochastic_beam import grow_stochastic_beam
 from jaxspec.speculative.draft import Draft, DraftContext, MixedLogits
 from jaxspec.speculative.trees.dynamic import (
@@ -60,6 +60,43 @@ def grow(
     return fill_tree(ctx, step, node_state, carry)
 
 
+def grow_by_depth(ctx: DraftContext, logits: Float[Array, "B G V"]) -> Draft:
+    """Makes a draft whose nodes of one depth have the same logits.
+
+    It is the draft of `grow`. The levels of a static tree are filled at the same time,
+    if children are ranked by numbers that need no samples of the drafter.
+
+    Args:
+      ctx: the round.
+      logits: float32 [B, G, V], logits of the tokens 1 to `G` places after the root,
+        guidance merged and not yet processed; at least as many as the tree is deep.
+
+    Raises:
+      ConfigError: this kind of tree does not support the selection.
+    """
+    if isinstance(ctx.tree, Tree) and ctx.selection in ("coupled", "top"):
+        if ctx.mixed is not None:
+            depth, mixed = ctx.tree.depth, ctx.mixed
+            known = mixed.known[:, :depth, None]
+            logits = _interpolate(
+                logits[:, :depth], mixed.logits[:, :depth], known, mixed
+            )
+        return fill_levels(ctx, logits)
+
+    def step(depth, tokens, node_state, carry):
+        level = at_depth(logits, depth)
+        level = jnp.broadcast_to(level, (*tokens.shape, logits.shape[-1]))
+        return level, node_state, carry
+
+    return grow(ctx, step)[0]
+
+
+def _interpolate(logits, other, known, mixed: MixedLogits):
+    """Logits interpolated with others, where these are known."""
+    both = (1 - mixed.weight) * logits + mixed.weight * other
+    return jnp.where(known, both, logits)
+
+
 def _with_mixed_logits(step: Step, mixed: MixedLogits) -> Step:
     """A step whose logits are interpolated with others, where these are known."""
 
@@ -67,8 +104,7 @@ def _with_mixed_logits(step: Step, mixed: MixedLogits) -> Step:
         logits, node_state, carry = step(depth, tokens, node_state, carry)
         other = at_depth(mixed.logits, depth)
         known = at_depth(mixed.known[..., None], depth)
-        both = (1 - mixed.weight) * logits + mixed.weight * other
-        return jnp.where(known, both, logits), node_state, carry
+        return _interpolate(logits, other, known, mixed), node_state, carry
 
     return mixed_step
 

@@ -85,6 +85,27 @@ def private_noise(
     return jnp.where(sampled, noise, 0.0)
 
 
+def rank_tokens(
+    values: Float[Array, "B M V"], width: int
+) -> tuple[Int[Array, "B M W"], Float[Array, "B M W"]]:
+    """The `W` tokens of the greatest values, and these values.
+
+    Args:
+      values: numbers that rank the tokens.
+      width: number of tokens, `W`.
+
+    Raises:
+      ConfigError: there are fewer tokens.
+    """
+    if width > values.shape[-1]:
+        raise ConfigError(
+            f"the tree asks for {width} children of one node, but there are only "
+            f"{values.shape[-1]} tokens"
+        )
+    values, ids = vocab_top_k(values, width)
+    return ids.astype(jnp.int32), values
+
+
 def choose_children(
     ctx: DraftContext,
     depth: int,
@@ -106,20 +127,15 @@ def choose_children(
       Tokens, and the values that rank them; -inf where there is no such token.
     """
     selection, vocabulary = ctx.selection, log_q.shape[-1]
-    if width > vocabulary:
-        raise ConfigError(
-            f"the tree asks for {width} children of one node, but there are only "
-            f"{vocabulary} tokens"
-        )
+    if selection == "with_replacement":
+        return _sample_independently(ctx, depth, log_q, width)
     if selection == "coupled":
         ranked = log_q + ctx.noise[:, depth, None]
     elif selection == "without_replacement":
         ranked = log_q + private_noise(ctx, depth, log_q.shape[1:])
-    elif selection == "with_replacement":
-        return _sample_independently(ctx, depth, log_q, width)
     else:
         ranked = log_q
-    best, ids = vocab_top_k(ranked, width)
+    ids, best = rank_tokens(ranked, width)
     if selection == "top_and_sample":
         rank = jnp.arange(width)[None]
         is_top = rank < children[:, None] - 1  # [M, W]

@@ -7,9 +7,11 @@ from jaxspec.drafters.tree_drafting.select import (
     choose_children,
     drafter_log_probs,
     inherit,
+    rank_tokens,
 )
 from jaxspec.speculative.draft import Draft, DraftContext
 from jaxspec.speculative.trees.tree import Tree
+from jaxspec.typing import Array, Float
 
 
 def fill_tree(ctx: DraftContext, step, node_state, carry):
@@ -53,3 +55,33 @@ def fill_tree(ctx: DraftContext, step, node_state, carry):
         selection=ctx.selection,
     )
     return draft, carry
+
+
+def fill_levels(ctx: DraftContext, logits: Float[Array, "B G V"]) -> Draft:
+    """Fills a static tree whose nodes of one depth have the same logits.
+
+    The draft is that of `fill_tree`, without a step for each level.
+
+    Args:
+      ctx: the round, with the selection "coupled" or "top".
+      logits: logits of the tokens 1 to `G` places after the root.
+    """
+    tree = ctx.tree
+    assert isinstance(tree, Tree)
+    root, kept = ctx.root[:, None], jnp.ones((len(ctx.root), 1), bool)
+    if tree.size == 1:
+        none = jnp.zeros((len(root), 0, ctx.noise.shape[-1]), jnp.float32)
+        return Draft(root, kept, log_q=none, selection=ctx.selection)
+    levels = drafter_log_probs(ctx, logits[:, : tree.depth])
+    ranks = np.array(tree.ranks, np.int32)
+    ranked = levels
+    if ctx.selection == "coupled":
+        ranked = levels + ctx.noise[:, : tree.depth]
+    ids, values = rank_tokens(ranked, int(ranks.max()) + 1)
+    nodes = slice(None), tree.depths[1:] - 1, ranks[1:]
+    return Draft(
+        jnp.concatenate([root, ids[nodes]], axis=1),
+        jnp.concatenate([kept, values[nodes] > -jnp.inf], axis=1),
+        log_q=levels[:, tree.depths[tree.internal]],
+        selection=ctx.selection,
+    )

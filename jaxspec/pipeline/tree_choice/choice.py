@@ -136,15 +136,15 @@ def choose_tree(
         source = f"measured in {time.perf_counter() - began:.1f} s"
     known[key] = costs
     largest = max(costs.rounds)
-    larger = [
+    others = {2 * largest}
+    if len(costs.rounds) == 1:
+        others |= {x for x in SIZES.get(platform, ACCELERATOR_SIZES) if x < largest}
+    others = [
         nodes
-        for nodes in _possible_sizes(loaded, [2 * largest])
+        for nodes in _possible_sizes(loaded, sorted(others))
         if Tree.optimal(acceptance(nodes), nodes, depth(nodes)).size == nodes
     ]
-    choice = fastest_tree(with_estimates(costs, larger), acceptance, depth, source)
-    if choice.tree.size in larger:
-        reason = f"{choice.reason}; estimated from {largest} nodes"
-        choice = replace(choice, reason=reason)
+    choice = fastest_tree(with_estimates(costs, others), acceptance, depth, source)
     steps = batches * _new_tokens(bundle, prompts, config, loaded)
     seconds = steps * costs.step / (choice.speedup or 1.0)
     return replace(choice, reason=f"{choice.reason}; about {seconds:.0f} s to decode")
@@ -161,9 +161,9 @@ def _unmeasured(loaded: LoadedDrafter, reason: str, platform: str) -> TreeChoice
 
 
 def with_estimates(costs: RoundCosts, sizes: Sequence[int]) -> RoundCosts:
-    """Costs with those of larger trees, by a line through a step and the largest one.
+    """Costs with those of other trees, by a line through a step and the largest one.
 
-    Larger trees may cost more than the line, so a tenth is added.
+    Trees may cost more than the line, so a tenth is added.
 
     Args:
       costs: measured costs.
@@ -173,7 +173,8 @@ def with_estimates(costs: RoundCosts, sizes: Sequence[int]) -> RoundCosts:
     measured = costs.rounds[nodes]
     slope = max(measured - costs.step, 0.0) / (nodes - 1)
     estimates = {size: ESTIMATE * (measured + (size - nodes) * slope) for size in sizes}
-    return replace(costs, rounds={**costs.rounds, **estimates})
+    rounds = {**costs.rounds, **estimates}
+    return replace(costs, rounds=rounds, estimated=tuple(sizes))
 
 
 def fastest_tree(
@@ -201,6 +202,9 @@ def fastest_tree(
     }
     nodes = max(speeds, key=speeds.__getitem__)
     tree, speed, expected = trees[nodes], speeds[nodes], expectations[nodes]
+    if nodes in costs.estimated:
+        measured = max(costs.rounds.keys() - costs.estimated)
+        source = f"estimated from {measured} nodes, {source}"
     terms = (
         f"{expected:.2f} tokens a call, a call costs "
         f"{costs.rounds[nodes] / costs.step:.2f} steps, {source}"

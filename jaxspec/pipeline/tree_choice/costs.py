@@ -26,8 +26,9 @@ from jaxspec.pipeline.tree_choice.programs import (
 )
 from jaxspec.speculative.trees.tree import Tree
 
-# Measuring stops before a tree size whose compilation would start later, in seconds.
-BUDGET = 1.2
+# Time in which programs are compiled, in seconds: a further tree size is left out if
+# compilation, at the duration of the last one, would end later.
+BUDGET = 1.6
 # Fewest passes of a timed program; batches need no more.
 LEAST_ITERATIONS = 2
 # Timed runs of each program, and the time after which there are no more, in seconds.
@@ -43,11 +44,13 @@ class RoundCosts:
       rounds: time of a draft and the target's pass over it, by number of nodes, in
         seconds.
       steady: whether repeated timings were within `timing.MAX_SPREAD` of each other.
+      estimated: numbers of nodes whose time was not measured.
     """
 
     step: float
     rounds: Mapping[int, float]
     steady: bool = True
+    estimated: tuple[int, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "rounds", MappingProxyType(dict(self.rounds)))
@@ -70,8 +73,8 @@ def measure_costs(
       prompts: prompts, of which only shapes matter.
       config: generation settings.
       loaded: drafter.
-      sizes: tree sizes, the most important first; the others are left out once
-        compilation has taken `BUDGET`.
+      sizes: tree sizes, the most important first; the others are left out if they
+        would take compilation beyond `BUDGET`.
       batch: number of sequences.
 
     Raises:
@@ -102,10 +105,12 @@ def measure_costs(
             capacity=room_of(plain, prompts, target.config),
         )
         calls = {1: step, sizes[0]: first.result()}
+    previous = began
     for nodes in sizes[1:]:
-        if time.perf_counter() - began > BUDGET:
+        now = time.perf_counter()
+        if (now - began) + (now - previous) > BUDGET:
             break
-        calls[nodes] = round_of(nodes)
+        calls[nodes], previous = round_of(nodes), now
     times = _timings(calls)
     steady = all(
         t.upper_quartile <= MAX_SPREAD * t.lower_quartile for t in times.values()
