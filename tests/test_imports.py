@@ -38,7 +38,7 @@ ALLOWED = {
     "evaluate": FILES_AND_MODELS
     | {"checkpoint", "sharding", "data", "pipeline", "testing"},
 }
-ALLOWED["demo"] = BASE | {"core", "pipeline", "speculative"}
+ALLOWED["demo"] = BASE | {"config", "core", "pipeline", "speculative"}
 ALLOWED["train"] = ALLOWED["evaluate"] | {"evaluate"}
 ALLOWED["bench"] = ALLOWED["train"] | {"train", "convert"}
 ALLOWED["cli"] = ALLOWED["bench"] | {"bench", "demo"}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxspec.config.orders import cells_of
 from jaxspec.core.noise import seed_key
 from jaxspec.core.result import present
 from jaxspec.errors import ConfigError, JaxspecError
@@ -94,10 +95,12 @@ def events(pipe: Pipeline, request: DrawRequest) -> Iterator[dict[str, Any]]:
         yield {"kind": "error", "message": str(error)}
 
 
-def _grid(config: Any) -> int | None:
-    """Tokens along each side of an image; None if tokens have no place in it."""
+def _cells(config: Any) -> list[int] | None:
+    """Cell of each token, by rows; None if tokens have no place in an image."""
     grid = getattr(config, "grid", None)
-    return grid if grid is not None and grid**2 == config.length else None
+    if grid is None or grid**2 != config.length:
+        return None
+    return list(cells_of(config.order, grid))
 
 
 def _events(pipe: Pipeline, request: DrawRequest) -> Iterator[dict[str, Any]]:
@@ -110,7 +113,7 @@ def _events(pipe: Pipeline, request: DrawRequest) -> Iterator[dict[str, Any]]:
     yield {
         "kind": "start",
         "count": request.count,
-        "grid": _grid(pipe.bundle.tokenizer.config),
+        "cells": _cells(pipe.bundle.tokenizer.config),
         "drafted": tree.size - 1,
         "target": pipe.bundle.name,
         "drafter": pipe.loaded.name if request.draft and pipe.loaded else None,

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from jaxspec.cli.main import main
+from jaxspec.config.orders import cells_of
 from jaxspec.demo.drawing import description, events, read_request
 from jaxspec.demo.server import free_socket
 from jaxspec.errors import ConfigError
@@ -49,6 +50,15 @@ def test_images_grow_with_every_round_until_they_are_complete(drawn):
     assert gray == sorted(gray, reverse=True) and gray[-1] < 0.1 < 0.5 < gray[0]
     assert end["tokens"] == 32 and end["calls"] >= len(rounds)
     assert end["tokens_per_call"] == 32 / end["calls"]
+
+
+def test_the_page_is_given_the_cell_of_each_token(pipe, drawn):
+    """By rows for the tiny model, in Halton order for an embedded one."""
+    assert drawn[0]["cells"] == list(range(16))
+    scattered = load_pipeline("fruits64_halton")
+    request = read_request({**QUERY, "prompt": "Cherry 1"}, scattered)
+    cells = next(events(scattered, request))["cells"]
+    assert cells == list(cells_of("halton", 16)) and sorted(cells) != cells
 
 
 @pytest.mark.slow
