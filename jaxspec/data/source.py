@@ -1,7 +1,7 @@
 """Random access to the images of a data set, whatever it is read from."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +25,7 @@ class Reader:
       labels: labels int32 [n] of all images, without decoding them.
       class_names: class names, indexed by label; empty if there are none.
       captions: caption of each image; empty if there are none.
+      names: words for single characters of captions, such as emoji; mostly none.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Reader:
     labels: Callable[[], np.ndarray]
     class_names: Sequence[str] = ()
     captions: Sequence[str] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 class ImageSource:
@@ -45,6 +47,7 @@ class ImageSource:
       labels: int32 [n], classes.
       class_names: class names, indexed by label; empty if there are none.
       captions: caption of each image; empty if there are none.
+      names: words for characters of captions; empty if there are none.
     """
 
     def __init__(self, reader: Reader, side: int):
@@ -60,6 +63,7 @@ class ImageSource:
         self._reader, self._side = reader, side
         self.class_names = list(reader.class_names)
         self.captions = list(reader.captions)
+        self.names = dict(reader.names)
         self._images = None
         if reader.count * side * side * 3 > _MEMORY_BYTES:
             self.labels = reader.labels()

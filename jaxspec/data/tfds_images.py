@@ -53,7 +53,9 @@ def tfds_images(
 
     captions = _captions(records, split)
     names = _class_names(name, records, data_dir, manual_dir)
-    reader = Reader(split, len(records), read, labels, names, captions)
+    metadata = records.dataset_info.metadata or {}
+    characters = metadata.get("names", {})
+    reader = Reader(split, len(records), read, labels, names, captions, characters)
     return ImageSource(reader, side)
 
 

@@ -122,6 +122,11 @@ class Bundle:
         return list(map(str, self.prior.metadata.get("examples", ())))
 
     @property
+    def names(self) -> dict[str, str]:
+        """Words for characters of captions, such as emoji; mostly none."""
+        return self.prior.metadata.get("names", {})
+
+    @property
     def styles(self) -> list[str]:
         """Words that captions may end with; empty where none are recorded."""
         return list(map(str, self.prior.metadata.get("styles", ())))

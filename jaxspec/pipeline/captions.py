@@ -1,6 +1,7 @@
 """Caption encoding: from texts to the features that a text-to-image prior reads."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from jaxspec.models.t5.model import TextEncoder
 from jaxspec.models.transformer.prompts import Caption
 
 TOKENIZER = "tokenizer.json"
+# Skin tones and the two selectors of a character's look.
+_MODIFIERS = re.compile("[\U0001f3fb-\U0001f3ff\ufe0e\ufe0f]")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,28 @@ def tokenize(file: Path, texts: Sequence[str], length: int) -> np.ndarray:
     for row, ids in zip(result, token_lists, strict=True):
         row[: len(ids)] = ids
     return result
+
+
+def with_names(texts: Sequence[Any], names: Mapping[str, str]) -> list[Any]:
+    """Captions in which characters that have names, such as emoji, are replaced.
+
+    Skin tones and variation selectors are left out of captions with such characters.
+
+    Args:
+      texts: captions; what is no text is returned unchanged.
+      names: names by characters, of which the longest that fits counts.
+    """
+    if not names or all(isinstance(text, str) and text.isascii() for text in texts):
+        return list(texts)
+    longest_first = sorted(names, key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, longest_first)))
+
+    def replaced(text: str) -> str:
+        plain = _MODIFIERS.sub("", text)
+        words = pattern.sub(lambda found: f" {names[found[0]]} ", plain)
+        return text if words == plain else " ".join(words.split()).replace(" ,", ",")
+
+    return [replaced(text) if isinstance(text, str) else text for text in texts]
 
 
 def cut_captions(folder: Path, texts: Sequence[str]) -> dict[int, int]:
@@ -106,13 +131,18 @@ def _token_lists(
 
 
 def read_captions(
-    folder: Path | None, texts: Sequence[str], *, batch: int = 8
+    folder: Path | None,
+    texts: Sequence[str],
+    names: Mapping[str, str] | None = None,
+    *,
+    batch: int = 8,
 ) -> Captions:
     """Encodes captions with a text encoder, which is loaded only for this call.
 
     Args:
       folder: a bundle's `text_encoder/`, or None if it has none.
       texts: caption of each image; equal captions are encoded once.
+      names: names by characters, see `with_names`.
       batch: number of captions that are encoded together.
 
     Raises:
@@ -127,7 +157,8 @@ def read_captions(
     checkpoint = load_checkpoint(folder, "text_encoder")
     model = TextEncoder(checkpoint.config)
     unique = list(dict.fromkeys(texts))
-    ids = tokenize(folder / TOKENIZER, unique, checkpoint.config.length)
+    named = with_names(unique, names or {})
+    ids = tokenize(folder / TOKENIZER, named, checkpoint.config.length)
     if ids.max() >= checkpoint.config.vocab_size:
         raise CheckpointError(
             f"'{folder / TOKENIZER}' has token {ids.max()}, but the encoder has a "

@@ -44,7 +44,8 @@ def read_prompts(
         return Prompts.from_tokens(tokens_of(vocabulary_of(bundle), values, chat))
     if not len(values):
         raise ConfigError("there is nothing to generate; give at least one prompt")
-    return Prompts.from_captions(read_captions(bundle.text_encoder, list(values)))
+    captions = read_captions(bundle.text_encoder, list(values), bundle.names)
+    return Prompts.from_captions(captions)
 
 
 def class_weights(bundle: Bundle, labels: Sequence[ClassLabel]) -> np.ndarray:

@@ -164,7 +164,7 @@ def rounded(params: Params) -> Params:
 
 
 def _named(experiment: Experiment, images: Sources, names: list[str]) -> dict[str, Any]:
-    """Metadata: names of the classes; or, for captions, examples and the styles.
+    """Metadata: names of classes; or, for captions, examples, styles and characters.
 
     Classes of captioned images are words that captions may end with.
     """
@@ -173,7 +173,8 @@ def _named(experiment: Experiment, images: Sources, names: list[str]) -> dict[st
     held = images[1].captions
     chosen = [held[i] for i in evenly_spaced(len(held), min(EXAMPLES, len(held)))]
     examples = list(experiment.data.examples or dict.fromkeys(chosen))
-    return {"examples": examples, **({"styles": names} if len(names) > 1 else {})}
+    named = {"styles": names if len(names) > 1 else [], "names": images[0].names}
+    return {"examples": examples, **{key: x for key, x in named.items() if x}}
 
 
 def _job_maker(

@@ -36,7 +36,7 @@ def trained(tmp_path_factory, data):
 
 def test_a_prior_of_captions_records_captions_to_try_and_styles(trained):
     bundle = load_bundle(trained)
-    assert bundle.styles == ["noto", "3d", "flat"]
+    assert bundle.styles == ["noto", "3d", "flat"] and bundle.names["🍏"] == "red apple"
     assert set(bundle.examples) == {f"red apple, {s}" for s in bundle.styles}
     assert (trained / "checkpoint" / "matcher" / "tokenizer.json").is_file()
 

@@ -207,3 +207,4 @@ def test_the_data_set_has_copies_to_train_on_and_other_emoji_to_test(
     assert len(train) == dataset.count == 3 * COPIES
     assert train.take([0]).shape == (1, 64, 64, 3)
     assert len(train.captions) == len(train) and all(train.captions)
+    assert train.names["❤"] == "red heart" and train.names == heldout.names

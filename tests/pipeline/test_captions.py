@@ -8,6 +8,7 @@ import pytest
 from jaxspec.cli import main
 from jaxspec.demo.drawing import description, events, read_request
 from jaxspec.errors import ConfigError
+from jaxspec.pipeline.captions import with_names
 from jaxspec.pipeline.pipeline import load_pipeline
 from tests.tiny_bundle import save_captioned_bundle
 
@@ -60,6 +61,41 @@ def test_the_page_offers_examples_and_styles(pipe):
 )
 def test_any_text_is_a_caption(pipe, prompt):
     assert pipe(prompts=[prompt], tree="root").tokens.shape == (1, 16)
+
+
+NAMES = {
+    "🦊": "fox",
+    "👩": "woman",
+    "👩\u200d💻": "woman technologist",
+    "❤": "red heart",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("🦊", "fox"),
+        ("🦊, 3d", "fox, 3d"),
+        ("a 🦊❤️", "a fox red heart"),
+        ("👩🏽\u200d💻", "woman technologist"),  # the longest, without its skin tone
+        ("#1 🐧", "#1 🐧"),
+        ("fox", "fox"),
+        (3, 3),
+    ],
+)
+def test_characters_with_names_are_read_as_these(text, words):
+    assert with_names([text], NAMES) == [words]
+    assert with_names([text], {}) == [text]
+
+
+def test_an_emoji_draws_what_its_name_draws(tmp_path, pipe):
+    named = load_pipeline(save_captioned_bundle(tmp_path / "named", names=NAMES))
+
+    def drawn(pipe, prompt):
+        return pipe(prompts=[prompt], seed=1, tree="root").tokens
+
+    np.testing.assert_array_equal(drawn(named, "🦊, 3d"), drawn(named, "fox, 3d"))
+    assert (drawn(pipe, "🦊, 3d") != drawn(pipe, "fox, 3d")).any()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxspec.data.emoji.copies import copies
-from jaxspec.data.emoji.reading import SIDE, STYLES, read_emoji
+from jaxspec.data.emoji.reading import SIDE, STYLES, names_of, read_emoji
 
 # Copies of each training image, the image itself among them.
 COPIES = 12
@@ -21,11 +21,12 @@ class Emoji64(tfds.core.GeneratorBasedBuilder):
     Noto Emoji (Google, Apache-2.0) and Fluent Emoji in 3D and flat (Microsoft, MIT);
     names from emojibase (MIT). The split `train` has changed copies of each image,
     see `data.emoji.copies`; `originals` has the training images alone, and `test` the
-    images of held-out emoji. Labels are the styles.
+    images of held-out emoji. Labels are the styles. The metadata has the names of the
+    emoji by their characters.
     """
 
     name = "emoji64"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
     The manual folder holds four packages, as `npm pack` downloads them:
     emoji-datasource-google@16.0.0, @lobehub/fluent-emoji-3d@1.1.0,
@@ -48,10 +49,12 @@ class Emoji64(tfds.core.GeneratorBasedBuilder):
             supervised_keys=("image", "label"),
             description="Captioned emoji. Google, Apache-2.0; Microsoft, MIT.",
             homepage="https://github.com/googlefonts/noto-emoji",
+            metadata=tfds.core.MetadataDict(),
         )
 
     def _split_generators(self, dl_manager):
         folder = Path(dl_manager.manual_dir)
+        self.info.metadata["names"] = names_of(read_emoji(folder))
         counts = {"train": COPIES, "originals": 1, "test": 1}
         return {
             split: self._generate_examples(folder, split, count)

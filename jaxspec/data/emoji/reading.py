@@ -6,7 +6,7 @@ import json
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,11 @@ def read_emoji(folder: str | Path) -> list[Emoji]:
         ]
     except (*_DAMAGE, tarfile.TarError, zlib.error) as error:
         raise DataError(f"the packages in '{folder}' are damaged: {error}") from None
+
+
+def names_of(emoji: Iterable[Emoji]) -> dict[str, str]:
+    """Names in lower case, such as "red apple", by characters."""
+    return {image.text: image.label.lower() for image in emoji}
 
 
 def plain_code(text: str) -> str:
