@@ -54,6 +54,7 @@ class Emoji64(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         folder = Path(dl_manager.manual_dir)
+        assert self.info.metadata is not None  # `_info`
         self.info.metadata["names"] = names_of(read_emoji(folder))
         counts = {"train": COPIES, "originals": 1, "test": 1}
         return {
