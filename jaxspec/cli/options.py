@@ -279,12 +279,13 @@ def print_cut_captions(
     """
     import sys
 
-    from jaxspec.pipeline.captions import cut_captions
+    from jaxspec.pipeline.captions import cut_captions, with_names
 
     if bundle.text_encoder is None:
         return {}  # `read_captions` refuses that bundle
     names = list(texts)
-    found = cut_captions(bundle.text_encoder, list(texts.values()))
+    captions = with_names(list(texts.values()), bundle.names)
+    found = cut_captions(bundle.text_encoder, captions)
     cut = {names[i]: tokens for i, tokens in found.items()}
     if cut and not quiet:
         first = ", ".join(f"{k} ({n} tokens)" for k, n in list(cut.items())[:5])
